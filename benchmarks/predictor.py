@@ -444,10 +444,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log(f"error: {error}")
         return 2
     records, sets = evaluate(tables, log, options.sets, options.every)
+    records = [{**record, "every": options.every} for record in records]
     if options.output:
         old = json.loads(options.output.read_text(encoding="utf-8")) if options.output.is_file() else {"records": []}
         kept = [record for record in old["records"] if record["set"] not in options.sets]
-        about = {"split": SPLIT, "ridge": RIDGE, "every": options.every}
+        about = {"split": SPLIT, "ridge": RIDGE}
         write_json(options.output, {**about, "records": [*kept, *records]})
         seal(options.output)
         write_record(options.output.with_suffix(".md"), markdown([*kept, *records]) + "\n")

@@ -3,8 +3,7 @@
     python -m benchmarks.predictor_public --tables DIR [--json] [--output results/predictor_public.json]
 
 DIR's ``public-gpu-figures.csv`` (NVIDIA/DeepLearningExamples, PyTorch, NGC 20.06 to 21.03; a data loader is in the
-times). No coefficient has seen a row of it. Where a batch is not stated 128 is taken; of the A100 the 40 GB form stands
-for both.
+times). No coefficient has seen a row of it. Where a batch is not stated 128 is taken.
 """
 
 from __future__ import annotations
@@ -30,6 +29,12 @@ NAMES = {
     "resnext101_32x4d": "resnext101_32x4d",
     "seresnext101_32x4d": "seresnext101_32x4d",
 }
+CARDS = {
+    "V100-SXM2-16GB": "v100",
+    "V100-SXM2-32GB": "v100-32gb",
+    "A100-SXM4-40GB": "a100-40gb",
+    "A100-SXM4-80GB": "a100-80gb",
+}
 PRECISIONS = {"amp-fp16": "amp", "tf32": "fp32", "fp32": "fp32"}
 UNSAID = 128
 
@@ -39,7 +44,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
     found = []
     with open(folder / "public-gpu-figures.csv", newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            name, card = NAMES.get(row["model"]), "v100" if row["gpu"].startswith("V100") else "a100-40gb"
+            name = NAMES.get(row["model"])
             if name is None or row["precision"] not in PRECISIONS or "PyTorch" not in row["framework"]:
                 continue
             batch = int(row["batch"] or UNSAID)
@@ -50,7 +55,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
                 "image_size": int(row["image_px"]),
                 "batch_size": batch,
             }
-            made = predict(name, device=card, **asked)
+            made = predict(name, device=CARDS[row["gpu"]], **asked)
             published = float(row["images_per_s"])
             found.append(
                 {

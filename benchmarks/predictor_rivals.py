@@ -51,7 +51,9 @@ from convscale.predictor.interval import folds_of
 from convscale.predictor.roofline import MATRIX, PRIOR, net_s, table_of
 
 CARDS = {
-    "a100-80gb-pcie": replace(get_device("a100-80gb"), name="a100-80gb-pcie", tf32_tflops=19.5, bandwidth_gb_s=1935),
+    "a100-80gb-pcie": replace(
+        get_device("a100-80gb"), name="a100-80gb-pcie", generation="volta", tf32_tflops=19.5, bandwidth_gb_s=1935
+    ),
     "v100-pcie-32gb": replace(get_device("v100"), name="v100-pcie-32gb", tf32_tflops=14.1, fp32_tflops=14.1),
     "p100-pcie-16gb": replace(
         get_device("v100"),
@@ -65,7 +67,7 @@ CARDS = {
         clock_ghz=1.3,
     ),
 }
-"""The cards of the lone convolutions by their makers' sheets, TF32 switched off."""
+"""The cards of the lone convolutions by their makers' sheets, TF32 switched off: as a generation that has none."""
 SWEPT, SEED = 100, 0
 
 

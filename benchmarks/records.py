@@ -58,6 +58,7 @@ CODE: dict[str, tuple[str, ...]] = {
     "nas_tables": ("convscale/nas/walk.py", "convscale/nas/sampling.py", "convscale/nas/zero_cost.py"),
     "parity": ("convscale/nn/blocks.py", "convscale/nn/layers.py", "convscale/nn/net.py", "convscale/nn/norm.py"),
     "predictor": _PREDICTED,
+    "predictor_attention": _PREDICTED,
     "predictor_mnas": _PREDICTED,
     "predictor_public": _PREDICTED,
     "predictor_rivals": _PREDICTED,

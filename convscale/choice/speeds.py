@@ -111,22 +111,25 @@ def traced_before(networks: Sequence[SizedSpec], basis: Basis) -> dict[SizedSpec
 def _beside_eager(
     predictions: Sequence[Prediction], networks: Sequence[SizedSpec], conditions: Sequence[Conditions]
 ) -> list[Prediction]:
-    """Predictions behind the compiler, with a doubt where eager PyTorch is predicted to be faster."""
+    """Predictions behind the compiler, with a doubt where eager PyTorch is predicted to be faster; a network whose
+    eager workload does not travel with the package has none.
+    """
     batch_size = conditions[0].batch_size if conditions else 1
-    held = store("eager")
-    places = [None if held is None else held.find(*network, batch_size) for network in networks]
-    if held is None or any(at is None or held.failed(at) for at in places):
-        return list(predictions)
-    found = [at for at in places if at is not None]
+    made = list(predictions)
+    if (held := store("eager")) is None:
+        return made
+    places = {i: held.find(*network, batch_size) for i, network in enumerate(networks)}
+    found = {i: at for i, at in places.items() if at is not None and not held.failed(at)}
+    if not found:
+        return made
     eager = predict_table(
-        held.table(found, batch_size),
-        [held.about(at, batch_size) for at in found],
-        [dataclasses.replace(c, runtime="eager") for c in conditions],
+        held.table(list(found.values()), batch_size),
+        [held.about(at, batch_size) for at in found.values()],
+        [dataclasses.replace(conditions[i], runtime="eager") for i in found],
     )
-    return [
-        with_doubt(made, compiler_doubt(made.images_per_s, plain.images_per_s))
-        for made, plain in zip(predictions, eager, strict=True)
-    ]
+    for i, plain in zip(found, eager, strict=True):
+        made[i] = with_doubt(made[i], compiler_doubt(made[i].images_per_s, plain.images_per_s))
+    return made
 
 
 def _stored_counts(network: SizedSpec, held: Store, at: int, basis: Basis) -> NetworkFacts:

@@ -151,10 +151,11 @@ def _finish(observations: list[Observation], unknown: list[str], card: str, outp
     from convscale.predictor.calibration import save_calibration
     from convscale.predictor.devices import get_device
 
-    made = calibrate(observations)
+    waiting: list[str] = []
+    made = calibrate(observations, waiting.append)
     save_calibration(made, output)
     if as_json:
-        print_json({"output": str(output), "unknown": unknown, **made.to_dict()})
+        print_json({"output": str(output), "unknown": unknown, "left_out": waiting, **made.to_dict()})
         return
     say(
         f"calibrated for {get_device(card).title} ({made.mode}, {made.runtime}, {made.layout}) by {made.count} "
@@ -165,6 +166,8 @@ def _finish(observations: list[Observation], unknown: list[str], card: str, outp
         f"they are then within {words.percent(made.spread, 0)}",
         2,
     )
+    for line in waiting:
+        say(line, 2)
     if unknown:
         say(
             "left out, since nothing here builds them: "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from convscale.predictor.devices import get_device, was_on
 from convscale.predictor.fitted import STAND_IN_FACTOR, STAND_INS
 from convscale.predictor.fitting import NOISE, Part, fit
 from convscale.predictor.interval import RATES, network_sigma, rate_covariance, rate_shares, rate_sigmas
-from convscale.predictor.latency import basis_of
+from convscale.predictor.latency import basis_of, call_times
 from convscale.predictor.loading import workload_for
 from convscale.predictor.roofline import FIXED, net_s, table_of
 from convscale.stats import Z80
@@ -37,7 +37,11 @@ _OWN = ("convscale", "kit", "")
 """Sources of records that were made here, by ``measure``, ``confirm`` or a kit; others are tables."""
 _RIDGE = 0.3
 _NO_SHEET = 1e-6
-"""A card that was measured may be faster than its data sheet: clocks differ, and a CPU's sheet is of another CPU."""
+"""Of a processor: its sheet is of another one, or of another number of cores."""
+_SHEET_SIGMA = 0.1
+"""Log error expected of a GPU's clocks against its data sheet's, below which no kernel is predicted: cards of the
+tables run up to 1.12 times as fast (``boost`` in ``devices.json``). So a card that is faster than its sheet says is
+found, and one that is as predicted keeps the sheet for all other networks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,20 +121,24 @@ def _net_named(name: str) -> Network | None:
         return None
 
 
-def calibrate(observations: Sequence[Observation]) -> Calibration:
+def calibrate(observations: Sequence[Observation], say: Callable[[str], None] = lambda text: None) -> Calibration:
     """Set the predictor to a device by what was measured there.
 
     The most likely card is sought, given what its data sheet is worth and how far single networks usually are off: so
     one measurement moves the card's rates most of the way towards it, and never so far that its own oddity spoils all
     others. From ``MANY`` networks on all coefficients are fitted, still held near what the tables said. A CPU wants a
-    dozen: the shipped coefficients are of one other CPU.
+    dozen: the shipped coefficients are of two other CPUs.
+
+    A measurement whose time is the host's launches, not the GPU's work, says nothing of the GPU and is left out.
 
     Args:
         observations: networks measured under one device, mode, runtime (one that is predicted), layout, precision
             and number of threads; batch and image sizes may differ.
+        say: told which measurements are left out.
 
     Raises:
-        UserError: none given, conditions that differ or that nothing is predicted for, or a speed that is not positive.
+        UserError: none given, none that says anything of the device, conditions that differ or that nothing is
+            predicted for, or a speed that is not positive.
     """
     if not observations:
         raise UserError("nothing to calibrate with: give at least one measured network")
@@ -143,11 +151,21 @@ def calibrate(observations: Sequence[Observation]) -> Calibration:
             raise UserError(f"images_per_s must be positive, got {item.images_per_s!r}")
     basis = basis_of(first)
     first, sheet, known = basis.conditions, basis.device, basis.fitted
-    table = table_of([workload_for(item.net, item.conditions).kernels for item in observations])
+    kernels = [workload_for(item.net, item.conditions).kernels for item in observations]
+    waits = call_times(table_of(kernels), len(kernels), basis).waiting_s > 0
+    if waits.any():
+        names = [_title(item) for item, late in zip(observations, waits, strict=True) if late]
+        some = f"{', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
+        why = f"the host's launches are predicted to take longer than the GPU's work there: {some}"
+        if waits.all():
+            raise UserError(f"nothing to calibrate with, since {why}; measure larger batches or images")
+        say(f"left out, since {why}")
+    observations = [item for item, late in zip(observations, waits, strict=True) if not late]
+    table = table_of([some for some, late in zip(kernels, waits, strict=True) if not late])
     measured_s = np.array([item.conditions.batch_size / item.images_per_s for item in observations])
     coefficients, covariance = most_likely(
         Part(table=table, latency_s=measured_s, device=sheet),
-        {**basis.coefficients, "sheet": _NO_SHEET},
+        basis.coefficients,
         known.sigmas,
         sheet.name in known.devices,
         math.log(STAND_IN_FACTOR) / Z80 if first.runtime in STAND_INS else 0.0,
@@ -168,6 +186,12 @@ def calibrate(observations: Sequence[Observation]) -> Calibration:
     )
 
 
+def _title(item: Observation) -> str:
+    """An observation's network and batch, for people."""
+    name = item.net if isinstance(item.net, str) else getattr(item.net, "name", None) or type(item.net).__name__
+    return f"{name} (batch {item.conditions.batch_size})"
+
+
 def most_likely(
     part: Part, start: Mapping[str, float], sigmas: Mapping[str, float], known: bool, further: float = 0.0
 ) -> tuple[dict[str, float], list[list[float]]]:
@@ -181,10 +205,14 @@ def most_likely(
         further: log error that each rate has beside; see ``interval.rate_sigmas``.
     """
     prior = rate_sigmas(part.device, known, further)
+    gpu = part.device.kind == "gpu"
+    start = start if gpu else {**start, "sheet": _NO_SHEET}
     noise = network_sigma(part.table, part.device, start, sigmas)
     many = len(noise) >= MANY
     names = [name for name in start if name not in FIXED] if many else list(RATES)
-    ridge = {name: NOISE / prior[name] if name in prior else _RIDGE for name in names}
+    names += ["sheet"] if gpu else []
+    expected = {**prior, "sheet": math.hypot(_SHEET_SIGMA, further)}
+    ridge = {name: NOISE / expected[name] if name in expected else _RIDGE for name in names}
     weighed = dataclasses.replace(part, weight=NOISE / noise)
     coefficients = fit([weighed], start=start, free=names, ridge=ridge, robust=many)
     return coefficients, rate_covariance(prior, rate_shares(part.table, part.device, coefficients), noise)

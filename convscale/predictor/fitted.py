@@ -32,9 +32,9 @@ convolutions in TensorRT on a V100 (alibaba/lightweight-neural-architecture-sear
 1.2 to 1.5 times as long in the middle, short ones up to 3 times. The two point in different directions, so the middle
 stays. Of ONNX Runtime on GPUs nothing was found; it is taken to be as far off."""
 PRECISIONS = ("amp", "amp_bf16", "bf16", "fp16", "fp32")
-"""Precisions that can be predicted: ``amp`` is autocast to float16, ``amp_bf16`` (also called ``bf16``) autocast to
-bfloat16, ``fp16`` weights and maps in float16, ``fp32`` PyTorch's default, whose convolutions run in TF32 where a card
-has it."""
+"""Precisions that can be predicted: ``amp`` is autocast to float16, ``amp_bf16`` autocast to bfloat16, ``fp16`` and
+``bf16`` weights and maps in float16 or bfloat16, ``fp32`` PyTorch's default, whose convolutions run in TF32 where a
+card has it."""
 EIGHT_BITS = tuple(STAND_INS)
 """Runtimes that are predicted in ``int8`` too, on a GPU."""
 PREDICTED_BATCH, MEASURED_BATCH = 256, 8

@@ -6,14 +6,16 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from convscale.conditions import Conditions
-from convscale.cost.kernels import MATRIX, Kernel
+from convscale.cost.kernels import Kernel
 from convscale.predictor.workload import Workload, load_workload
 
 if TYPE_CHECKING:
     from convscale.cost.subject import Network
 
-TRACED_AS = {"amp_bf16": "amp", "int8": "fp16"}
-"""Precisions by the one whose trace they share: both halves have 2 bytes, and 8 bits start from a network in half."""
+TRACED_AS = {"amp_bf16": "amp", "bf16": "fp16", "int8": "fp16"}
+"""Precisions by the one whose trace they share: both halves have 2 bytes, and 8 bits start from a network in half.
+``bf16`` is what ``measure`` times by that name, weights and maps in bfloat16; the traces' own counts call autocast to
+it so too."""
 
 
 def traced_as(precision: str) -> str:
@@ -46,5 +48,5 @@ def _eight_bits(kernel: Kernel) -> Kernel:
         in_bytes=kernel.in_bytes // 2,
         out_bytes=kernel.out_bytes // 2,
         weight_bytes=kernel.weight_bytes // 2,
-        itemsize=1 if kernel.kind in MATRIX else kernel.itemsize,
+        itemsize=1,
     )

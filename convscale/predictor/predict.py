@@ -16,7 +16,7 @@ from convscale.conditions import Conditions, Size, precision_text, size_text
 from convscale.errors import UserError, naming_extras
 from convscale.predictor.calibration import Calibration, calibration_of
 from convscale.predictor.devices import get_device
-from convscale.predictor.doubts import compiler_doubt, doubts_of, runtime_doubt
+from convscale.predictor.doubts import ATTENTION_FACTOR, compiler_doubt, doubts_of, runtime_doubt
 from convscale.predictor.fitted import STAND_IN_FACTOR, check_predicted, usual_on
 from convscale.predictor.interval import RATES, groups_of, rate_shares, rate_sigma, rate_sigmas, sigma_of
 from convscale.predictor.latency import Basis, basis_of, call_times
@@ -109,7 +109,7 @@ def predict(
             name.
         device: a known device (``convscale.predictor.devices.devices``), by its name, an alias or its driver's name.
         mode: ``infer`` or ``train`` (forward, backward and an SGD step).
-        precision: ``amp`` (autocast to float16), ``amp_bf16`` or ``bf16`` (to bfloat16), ``fp16`` (weights in it too),
+        precision: ``amp`` (autocast to float16), ``amp_bf16`` (to bfloat16), ``fp16`` or ``bf16`` (weights in it too),
             ``fp32`` (PyTorch's default: convolutions in TF32 where the card has it), or ``int8`` in ONNX Runtime and
             TensorRT on a GPU; None: by the device.
         image_size: side in pixels, or (height, width); None: the network's own.
@@ -197,6 +197,8 @@ def predict_table(
         half_width = _WIDER ** min(len(doubts.open), _MOST_WIDER) * float(widths[i])
         if waiting[i] > 0:
             half_width = math.hypot(half_width, _HOST_WIDTH)
+        if work.attention:
+            half_width = math.hypot(half_width, math.log(ATTENTION_FACTOR))
         if foreign:
             half_width = math.hypot(half_width, math.log(STAND_IN_FACTOR))
         images_per_s = asked.batch_size / float(latency[i])

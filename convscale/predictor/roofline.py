@@ -81,8 +81,9 @@ PRIOR: dict[str, float] = {
 """What each coefficient is before anything was fitted; also the list of their names."""
 
 FIXED = ("sheet", "batch_norm_train.reads")
-"""Coefficients that are known and never fitted: no kernel is faster than the card's data sheet allows (in a calibration
-by measurements, which knows better, ``sheet`` is next to nothing); a norm that makes statistics reads its map for them,
+"""Coefficients that are known and never fitted to tables: no kernel is faster than the card's data sheet allows (a
+calibration by measurements moves ``sheet`` where a card runs above its clocks; of a processor it is next to nothing); a
+norm that makes statistics reads its map for them,
 and again to apply them, and its backward pass reads map and gradient twice (PyTorch's ``Normalization.cuh``)."""
 CACHE_GAIN = 0.2
 """The most that a last-level cache may save of the traffic of maps much smaller than it. Caches are two to four times
@@ -119,6 +120,8 @@ def for_card(c: Mapping[str, float], reach: Mapping[str, float]) -> dict[str, fl
 
 _DEPTHWISE = [KINDS.index("depthwise"), KINDS.index("depthwise_native")]
 _GROUPED = [KINDS.index("grouped"), KINDS.index("grouped_pow2"), KINDS.index("grouped_packed")]
+_LEAN = [KINDS.index(kind) for kind in ("batch_norm", "pointwise", "pointwise_mixed", "cast", "copy", "fused")]
+"""Kinds whose kernels go over maps once and add nothing up."""
 _TILE, _SPLITS = 128, 4
 """Side of the tile of a product that one unit makes, and into how many parts of its depth a library splits it. Not
 fitted: the batches are large."""
@@ -314,6 +317,11 @@ def _compute_s(table: Table, device: Device, c: Mapping[str, float]) -> np.ndarr
     # What a kernel that moves maps does for each element (indices, sums over threads, divisions) takes its units' time:
     # norms are slower than their bytes where a card's bandwidth is large for its units.
     work = table.largest_map * _by_kind(c, "work")[table.kind] / rate
+    # On the cards of the tables it hides behind the bytes. So they do not say that it outlasts them on a data centre's,
+    # which have more bandwidth for their units, and what such cards reach of it says that it does not.
+    if device.form == "data-centre":
+        maps_s = (table.values["in_bytes"] + table.values["out_bytes"]) / (device.bandwidth_gb_s * 1e9)
+        work = np.where(np.isin(table.kind, _LEAN), np.minimum(work, maps_s), work)
     matrix = np.where(table.is_matrix, _matrix_s(table, device, c), special + work)
     return np.where(table.is_depthwise, _depthwise_s(table, device, c), matrix)
 

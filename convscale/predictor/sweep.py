@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 SECONDS = 0.25
 """Timed seconds of each probe, at least."""
 REPEATS = 4
-"""How often a layer comes in its probe, so that a GPU is not kept waiting for its host."""
-_IMAGES = {"gpu": 128, "cpu": 2}
-"""Images a call: enough to fill a GPU, few enough for a CPU to take two minutes."""
+"""How often a layer comes in its probe, so that what a call costs beside its layers (the input, the call itself)
+weighs little."""
+_IMAGES = {"gpu": 256, "cpu": 2}
+"""Images a call: enough that no more than a tenth of the layers wait for the host, on the fastest GPU too, and few
+enough for a CPU to take two minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,7 @@ class Probe:
 
         net = nn.Sequential(*(self.make() for _ in range(self.repeats)))
         net.in_chans = self.channels  # pyright: ignore[reportArgumentType]
+        net.name = self.name  # pyright: ignore[reportArgumentType]
         return net
 
 

@@ -161,8 +161,8 @@ def from_dict(value: Mapping[str, Any]) -> StoredWorkload:
 
 
 def _kernels(name: str, rows: object, columns: list[str]) -> tuple[tuple[Kernel, int], ...]:
-    if not isinstance(rows, list) or len(rows) > MOST_KERNELS:
-        raise UserError(f"{name} must be a list of at most {MOST_KERNELS:,} rows, got {short(rows)}")
+    if not isinstance(rows, list) or not 0 < len(rows) <= MOST_KERNELS:
+        raise UserError(f"{name} must be a list of 1 to {MOST_KERNELS:,} rows, got {short(rows)}")
     return tuple(_kernel(row, columns) for row in rows)
 
 

@@ -416,6 +416,22 @@ def test_what_is_traced_has_the_compilers_doubt_too(monkeypatch: pytest.MonkeyPa
     assert made.doubts == choice_speeds.predicted(network, compiled_basis).doubts
 
 
+def test_a_network_without_an_eager_workload_takes_no_doubt_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two networks whose compiled workloads travel, one whose eager one does too."""
+    monkeypatch.setattr(choice_speeds, "compiler_doubt", lambda compiled, eager: "slow")
+    basis = basis_of(Asked(device="l4", compiled=True))
+    one, other = (SizedSpec(cs.get_spec(name), 224) for name in ("resnet18", "resnet50"))
+    held = choice_speeds.store("eager")
+    assert held is not None
+    find = type(held).find
+    monkeypatch.setattr(
+        type(held), "find", lambda self, spec, *a: None if (self, spec) == (held, other.spec) else find(self, spec, *a)
+    )
+    made = choice_speeds.traced_before([other, one], basis)
+    doubts = [made[network].speed.doubts for network in (other, one)]  # pyright: ignore[reportOptionalMemberAccess]
+    assert ["slow" in each for each in doubts] == [False, True]
+
+
 # --- bisection
 
 

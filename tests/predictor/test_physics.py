@@ -12,7 +12,7 @@ import pytest
 from convscale.conditions import Conditions
 from convscale.cost.counting import trace_of
 from convscale.cost.fusion import launched_kernels
-from convscale.cost.kernels import MATRIX
+from convscale.cost.kernels import MATRIX, Kernel
 from convscale.predictor.devices import Device, devices
 from convscale.predictor.fitted import fitted_sets
 from convscale.predictor.largest_batch import HEADROOM
@@ -77,6 +77,25 @@ def test_no_kernel_beats_the_data_sheet(device: str, runtime: str) -> None:
         took = kernel_s(table, basis.device, basis.coefficients).total_s
         least = sheet_s(table, sheet)
         assert (took >= 0.999 * least).all(), (took / np.maximum(least, 1e-12)).min()
+
+
+@pytest.mark.parametrize("device", ["a100-40gb", "a100-80gb", "h100-sxm", "h200", "b200"])
+def test_what_goes_over_a_map_once_is_bound_by_memory(device: str) -> None:
+    """A ReLU of half a gigabyte in half precision takes its bytes' time by the sheet and at most 1.4 times that, also
+    where a card has much bandwidth for its units.
+    """
+    size = 2**29
+    for kind, runtime, layout in (
+        ("pointwise", "eager", "nchw"),
+        ("pointwise", "eager", "nhwc"),
+        ("batch_norm", "eager", "nchw"),
+        ("batch_norm", "eager", "nhwc"),
+        ("fused", "compiled", "nchw"),
+    ):
+        kernel = Kernel(kind, in_bytes=size, out_bytes=size, side=56, channels=256)
+        basis = basis_of(conditions(device, runtime=runtime, layout=layout))
+        took = kernel_s(table_of([[(kernel, 1)]]), basis.device, basis.coefficients).total_s[0]
+        assert took < 1.4 * 2 * size / (basis.device.bandwidth_gb_s * 1e9), (kind, runtime, layout)
 
 
 def test_boost_is_a_figure_with_a_source() -> None:

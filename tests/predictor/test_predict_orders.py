@@ -91,12 +91,13 @@ def test_larger_images_are_slower(net: str) -> None:
 @pytest.mark.parametrize("device", GPUS)
 def test_precision_follows_the_data_sheet(device: str) -> None:
     sheet = devices()[device]
-    found = {
-        precision: speed("resnet50", device, precision=precision).images_per_s for precision in ("amp", "bf16", "fp32")
-    }
-    assert found["fp32"] < found["amp"]
+    named = ("amp", "amp_bf16", "fp16", "bf16", "fp32")
+    found = {precision: speed("resnet50", device, precision=precision).images_per_s for precision in named}
+    assert found["fp32"] < found["amp"] < found["fp16"]  # whose weights need no cast
     if sheet.bfloat16:
-        assert found["bf16"] == pytest.approx(found["amp"], rel=1e-6)
+        assert found["amp_bf16"] == pytest.approx(found["amp"], rel=1e-6)
+        assert found["bf16"] == pytest.approx(found["fp16"], rel=1e-6)
     else:  # Volta and Turing compute it on their general cores
-        assert found["bf16"] < 0.7 * found["amp"]
+        assert found["amp_bf16"] < 0.7 * found["amp"]
+        assert found["bf16"] < 0.7 * found["fp16"]
     assert speed("resnet50", device, mode="train").images_per_s < found["amp"]

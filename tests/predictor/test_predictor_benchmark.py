@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import predictor
+from benchmarks import predictor, predictor_public, predictor_rivals
 from benchmarks.predictor import cross_validated, fit_of, half_widths, joined, sigmas_from
 from benchmarks.predictor_data import Row, TableFile
 from convscale.cost.kernels import Kernel
 from convscale.predictor.devices import get_device
 from convscale.predictor.fitted import Fitted
+from convscale.predictor.interval import GROUPS, MARKS
+from convscale.predictor.predict import Prediction, predict
 from convscale.predictor.roofline import PRIOR, net_s, table_of
 
 FAMILIES = tuple("abcdef")
@@ -125,3 +127,40 @@ def test_widths_hold_what_they_were_fitted_on() -> None:
     (part,) = cross_validated([(table, _rows(table))])
     held = predictor.inside(part, predictor.half_width(part, sigmas_from(part)))
     assert 60 <= held["inside_80_pct"] <= 100
+
+
+def test_published_figures_are_predicted_for_their_own_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An A100 of 80 GB has 2,039 GB/s, one of 40 GB 1,555."""
+    columns = "model,gpu,mode,precision,batch,image_px,images_per_s,framework,layout"
+    row = "resnet50 (v1.5),A100-SXM4-{}GB,infer,amp-fp16,256,224,2000,PyTorch,nhwc"
+    (tmp_path / "public-gpu-figures.csv").write_text("\n".join([columns, row.format(40), row.format(80)]))
+    asked: list[str] = []
+
+    def predicted(name: str, device: str, **options: object) -> Prediction:
+        asked.append(device)
+        return predict(name, device=device, **options)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(predictor_public, "predict", predicted)
+    small, large = predictor_public.records(tmp_path)
+    assert asked == ["a100-40gb", "a100-80gb"]
+    assert large["predicted"] > 1.05 * small["predicted"]
+
+
+def test_lone_convolutions_ran_without_tf32() -> None:
+    """So no change of layout around them, and no power limit of the matrix units."""
+    assert {card.has_tf32 for card in predictor_rivals.CARDS.values()} == {False}
+
+
+def test_a_network_measured_as_predicted_leaves_a_cards_others_as_they_were() -> None:
+    """By the calibration that ships: where the sheet's floor binds, too."""
+    table = _table()
+    rows = _rows(table)
+    high = {**PRIOR, "bandwidth": 1.0, "memory.pointwise": 1.8, "memory.conv": 1.8}  # the floor binds
+    at_floor = [
+        dataclasses.replace(row, images_per_s=row.batch / float(net_s(table_of([row.kernels]), table.device, high)[0]))
+        for row in rows
+    ]
+    known = Fitted(coefficients=high, sigmas={}, devices=())
+    sigmas = dict.fromkeys(("base", *GROUPS, *MARKS), 0.05)
+    _, errors = predictor._calibrated(at_floor[:1], table, at_floor, ([set(FAMILIES)], [known], sigmas))
+    np.testing.assert_allclose(errors, 0, atol=1e-3)

@@ -17,6 +17,9 @@ from convscale.predictor.workload import Workload
 
 MEMORY = {
     "v100": (4096, 1.752, 6),
+    "v100-32gb": (4096, 1.752, 6),
+    "v100-pcie": (4096, 1.752, 6),
+    "v100-pcie-32gb": (4096, 1.752, 6),
     "t4": (256, 10, 4),
     "rtx-3090": (384, 19.5, 6),
     "rtx-4090": (384, 21, 72),
@@ -26,10 +29,13 @@ MEMORY = {
     "a10": (384, 12.5, 6),
     "a100-40gb": (5120, 2.43, 40),
     "a100-80gb": (5120, 3.186, 40),
+    "a100-pcie-40gb": (5120, 2.43, 40),
+    "a100-pcie-80gb": (5120, 3.024, 40),
     "l4": (192, 12.5, 48),
     "l40s": (384, 18, 96),
     "h100-sxm": (5120, 5.237, 50),
     "h100-pcie": (5120, 3.186, 50),
+    "h100-nvl": (6144, 5.127, 50),
     "h200": (6144, 6.25, 60),
     "b200": (8192, 7.8125, 126),
     "rtx-3080": (320, 19, 5),
@@ -46,6 +52,9 @@ MEMORY = {
 
 DENSE = {
     "v100": (80, 1024, 1.53),
+    "v100-32gb": (80, 1024, 1.53),
+    "v100-pcie": (80, 1024, 1.38),
+    "v100-pcie-32gb": (80, 1024, 1.38),
     "t4": (40, 1024, 1.59),
     "rtx-3090": (82, 512, 1.695),
     "rtx-4090": (128, 512, 2.52),
@@ -55,10 +64,13 @@ DENSE = {
     "a10": (72, 1024, 1.695),
     "a100-40gb": (108, 2048, 1.41),
     "a100-80gb": (108, 2048, 1.41),
+    "a100-pcie-40gb": (108, 2048, 1.41),
+    "a100-pcie-80gb": (108, 2048, 1.41),
     "l4": (58, 1024, 2.04),
     "l40s": (142, 1024, 2.52),
     "h100-sxm": (132, 4096, 1.83),
     "h100-pcie": (114, 4096, 1.62),
+    "h100-nvl": (132, 4096, 1.545),
     "h200": (132, 4096, 1.83),
     "rtx-3080": (68, 512, 1.71),
     "rtx-4070": (46, 512, 2.475),
@@ -140,23 +152,35 @@ def _half_width(*, precision: str = "amp", runtime: str = "eager", attention: bo
 
 def test_each_open_doubt_widens_the_interval_by_half_and_at_most_three_count() -> None:
     sure = _half_width()
-    assert _half_width(attention=True) == pytest.approx(1.5 * sure)
-    assert _half_width(attention=True, unknown=2) == pytest.approx(1.5**2 * sure)
-    assert _half_width(attention=True, unknown=2, precision="fp16") == pytest.approx(1.5**3 * sure)
+    assert _half_width(precision="fp16") == pytest.approx(1.5 * sure)
+    assert _half_width(precision="fp16", unknown=2) == pytest.approx(1.5**2 * sure)
     few = Workload(
         kernels=((Kernel("pointwise", in_bytes=10**9, out_bytes=10**9), 1),),
         peak_bytes=10**9,
-        attention=True,
+        attention=False,
         unsupported={"odd": 1},
     )
-    at_one = Conditions(device="rtx-4090", precision="fp16", batch_size=1, image_size=224, layout="nchw")
+    at_one = Conditions(
+        device="rtx-3090",
+        mode="train",
+        runtime="compiled",
+        precision="fp16",
+        batch_size=1,
+        image_size=224,
+        layout="nchw",
+    )
     four = predict_workload(few, at_one)
     assert len(four.doubts) == 4
     plain = predict_workload(
         Workload(kernels=few.kernels, peak_bytes=10**9, attention=False),
-        Conditions(device="rtx-4090", precision="amp", batch_size=256, image_size=224, layout="nchw"),
+        Conditions(device="rtx-3090", mode="train", precision="amp", batch_size=256, image_size=224, layout="nchw"),
     )
     assert math.log(four.high / four.low) == pytest.approx(1.5**3 * math.log(plain.high / plain.low))
+
+
+def test_attention_adds_its_own_factor() -> None:
+    """1.8 times either way, as variances add."""
+    assert _half_width(attention=True) == pytest.approx(math.hypot(_half_width(), math.log(1.8)))
 
 
 def test_a_stand_in_runtime_adds_its_own_factor() -> None:

@@ -99,6 +99,7 @@ print(made.images_per_s > 0, any("AMD" in doubt for doubt in made.doubts), "torc
         ({"conditions": {"mode": "sleep", "image_size": 32}}, "mode 'sleep' is unknown"),
         ({"columns": ["macs"]}, "they must be kind and some of"),
         ({"kernels": {"conv": 1}}, "kernels must be a list"),
+        ({"kernels": []}, "kernels must be a list of 1 to 1,000,000 rows"),
         ({"eager_kernels": 3}, "eager_kernels must be a list"),
         ({"columns": ["kind", "macs"], "kernels": [[1, "conv"]]}, "it must be a count and 2 figures"),
         ({"columns": ["kind", "macs"], "kernels": [[1, "soup", 1]]}, "a kernel's kind is 'soup'"),
@@ -128,8 +129,9 @@ def test_eight_bits_halve_maps_and_double_rates() -> None:
     for (before, _), (after, _) in zip(half.kernels, made.kernels, strict=True):
         assert after.in_bytes == before.in_bytes // 2
         assert after.macs == before.macs
-    wide = nn.Sequential(*(nn.Conv2d(1024, 1024, 3, padding=1) for _ in range(4)))
-    wide.in_chans = 1024  # type: ignore[assignment]
+        assert after.in_bytes // after.itemsize == before.in_bytes // before.itemsize  # as many elements
+    wide = nn.Sequential(*(nn.Conv2d(2048, 2048, 3, padding=1) for _ in range(4)))
+    wide.in_chans = 2048  # type: ignore[assignment]
     speeds = {
         p: predict(wide, device="a100-40gb", image_size=28, precision=p, runtime="tensorrt") for p in ("fp16", "int8")
     }
@@ -144,5 +146,7 @@ def test_amp_says_in_which_half() -> None:
     assert "amp (fp16)" in str(plain)
     assert "amp (bf16)" in str(other)
     assert other.images_per_s == plain.images_per_s
+    whole, half = (predict(net(), device="a10", image_size=32, precision=p) for p in ("bf16", "fp16"))
+    assert whole.images_per_s == half.images_per_s  # weights in it too, as `measure` times it: no casts
     slow = predict(net(), device="v100", image_size=32, precision="amp_bf16")
     assert any("no matrix units for bfloat16" in doubt for doubt in slow.doubts)
