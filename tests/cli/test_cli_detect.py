@@ -211,7 +211,7 @@ def test_an_artefact_is_evaluated_at_the_batch_asked_for(
 ) -> None:
     artefact = SimpleNamespace(is_detector=True, classes=("red", "green"))
     monkeypatch.setattr("convscale.artifact.artifact.load_artifact", lambda *_, **__: artefact)
-    monkeypatch.setattr("convscale.detect.data.open_boxes", lambda *_, **__: SimpleNamespace(notes=()))
+    monkeypatch.setattr("convscale.detect.data.open_boxes", lambda *_, **__: SimpleNamespace(notes=(), test=()))
 
     def stop(*_: object, batch_size: int | None, **__: object) -> None:
         raise UserError(f"at {batch_size}")

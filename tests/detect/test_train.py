@@ -86,7 +86,7 @@ def test_a_step_in_half_precision_is_nearly_the_one_in_single(head: str, data: B
     for precision in ("fp32", "bf16"):
         torch.manual_seed(3)
         detector = small_detector(head)
-        before = {name: value.clone() for name, value in detector.named_parameters()}
+        before = {name: value.detach().clone() for name, value in detector.named_parameters()}
         recipe = SHORT.override({**plain, "batch_size": len(data.train), "precision": precision})
         run = cs.train_detector(detector, data, recipe=recipe, workers=0)
         assert run.settings.precision == precision
