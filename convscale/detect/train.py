@@ -29,7 +29,7 @@ from convscale.learn.progress import Progress, Relay, noted
 from convscale.learn.recipe import Recipe
 from convscale.learn.recipes import get_recipe, recipe_of
 from convscale.learn.request import TrainRequest
-from convscale.learn.settings import Settings, half_precision, usable_device
+from convscale.learn.settings import Settings, half_precision, lone_pixels_learnt, usable_device
 from convscale.learn.stop import stop_signal
 from convscale.learn.train import TrainRun, as_given, begin, result_of
 from convscale.locks import OutputLock
@@ -335,7 +335,8 @@ def _settings(recipe: Recipe, device: torch.device) -> Settings:
 def _run(trainer: DetectionTrainer, splits: BoxSplits, *, resumed: bool, notes: list[str]) -> TrainRun:
     job = trainer.job
     begin(trainer, resumed=resumed)
-    trainer.run()
+    with lone_pixels_learnt(job.net, job.settings.precision, job.device):
+        trainer.run()
     run = result_of(trainer, notes)
     if run.finished and job.output is not None and job.processes.first:
         write_examples(run.net, splits.validation, job.output, image_size=job.preprocessing.width, device=job.device)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from convscale.errors import UserError, nearest
@@ -114,6 +115,41 @@ def told_of_lone_values() -> Iterator[None]:
             "a batch of 1 leaves a norm with one value per channel, where a map is 1 x 1; use batch_size 2 or more, a "
             "larger image, or keep_statistics=true"
         ) from error
+
+
+@contextmanager
+def lone_pixels_learnt(net: nn.Module, precision: str, device: torch.device) -> Iterator[None]:
+    """Where a dense convolution strides over a map of one pixel, it learns from what it should.
+
+    In bfloat16 on a processor the gradient of such a kernel (wider than one) is whatever lies in memory, in PyTorch
+    2.14 at least: seen in half of 200 calls. With a stride of 1 the convolution says the same of one pixel, and its
+    gradient is right.
+    """
+    meant = precision == "bf16" and device.type == "cpu"
+    found = [part for part in net.modules() if isinstance(part, nn.Conv2d) and _may_be_wrong(part)] if meant else []
+    hooks = [part.register_forward_hook(_without_stride) for part in found]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _may_be_wrong(conv: nn.Conv2d) -> bool:
+    strided, wide = max(conv.stride) > 1, max(conv.kernel_size) > 1
+    # With this padding, one pixel stays one pixel whatever the stride.
+    same = isinstance(conv.padding, tuple) and all(
+        2 * pad == dilation * (side - 1)
+        for pad, dilation, side in zip(conv.padding, conv.dilation, conv.kernel_size, strict=True)
+    )
+    return strided and wide and same and conv.groups == 1 and conv.padding_mode == "zeros"
+
+
+def _without_stride(conv: nn.Module, given: tuple[torch.Tensor, ...], made: torch.Tensor) -> torch.Tensor:
+    assert isinstance(conv, nn.Conv2d)
+    if not conv.training or given[0].shape[-2:] != (1, 1):
+        return made
+    return F.conv2d(given[0], conv.weight, conv.bias, 1, conv.padding, conv.dilation)
 
 
 def _images_per_s(

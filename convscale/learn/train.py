@@ -29,7 +29,7 @@ from convscale.learn.recipes import get_recipe, recipe_of
 from convscale.learn.record import EpochRow
 from convscale.learn.request import TrainRequest
 from convscale.learn.resume import restore
-from convscale.learn.settings import Settings, usable_device
+from convscale.learn.settings import Settings, lone_pixels_learnt, usable_device
 from convscale.learn.stop import stop_signal
 from convscale.learn.usual import can_finetune, usual_recipe, why
 from convscale.locks import OutputLock
@@ -300,5 +300,6 @@ def _run(trainer: Trainer, request: TrainRequest, *, resumed: bool, notes: list[
         # before what takes minutes; behind it the first step sees it, and saves
         end_if_told(trainer.job, "nothing was trained yet, run it again with --resume")
         trainer.start_from_solved_head()
-    trainer.run()
+    with lone_pixels_learnt(trainer.job.net, trainer.job.settings.precision, trainer.job.device):
+        trainer.run()
     return result_of(trainer, notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import time
@@ -26,7 +27,7 @@ from convscale.learn.loader import TrainLoader
 from convscale.learn.loss import build_loss, distillation_loss
 from convscale.learn.recipe import Recipe
 from convscale.learn.schedule import lr_factor
-from convscale.learn.settings import told_of_lone_values
+from convscale.learn.settings import lone_pixels_learnt, told_of_lone_values
 from convscale.learn.train import train
 from convscale.learn.validate import validate
 from tests.learn.nets import halves_data, small_net
@@ -65,9 +66,9 @@ def test_pictures_from_files_keep_the_recipes_crop_scale(tmp_path: Path, suffix:
     for split in ("train", "val", "test"):
         for number, name in enumerate(("a", "b")):
             (tmp_path / split / name).mkdir(parents=True)
-            for copy in range(2):
-                pixels = np.roll(_gradient(24, 24), 2 * number + copy, axis=0)
-                Image.fromarray(pixels).save(tmp_path / split / name / f"{copy}{suffix}", quality=100)
+            for twin in range(2):
+                pixels = np.roll(_gradient(24, 24), 2 * number + twin, axis=0)
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{twin}{suffix}", quality=100)
     data = open_dataset(tmp_path)
     for epoch in range(4):
         loader = TrainLoader(data.train, WHOLE, image_size=24, seed=3, workers=0)
@@ -301,3 +302,27 @@ def test_validation_by_hand() -> None:
     right, wrong = math.log(1 + 2 * math.exp(-9)), math.log(math.exp(9) + 2)
     assert made.top1 == made.metric == 0.5
     assert made.loss == pytest.approx((2 * right + 2 * wrong) / 4, rel=1e-6)
+
+
+@pytest.mark.parametrize(("kernel", "padding", "side"), [(3, 1, 1), (5, 2, 1), (3, 1, 2)])
+def test_a_strided_convolution_over_one_pixel_learns_what_it_should(kernel: int, padding: int, side: int) -> None:
+    """PyTorch's own gradient in bfloat16 is what lies in memory, so it is filled with what must not come back."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(64, 64, kernel, stride=2, padding=padding, bias=False)
+    pixels = torch.randn(6, 64, side, side)
+    whole = copy.deepcopy(conv).double()
+    whole(pixels.bfloat16().double()).sum().backward()
+    right = whole.weight.grad
+    assert right is not None
+    with lone_pixels_learnt(conv, "bf16", torch.device("cpu")):
+        for _ in range(40):
+            conv.weight.grad = None
+            for count in (5_000, 36_864, 73_728):
+                torch.full((count,), math.nan, dtype=torch.bfloat16)
+            with torch.autocast("cpu", torch.bfloat16):
+                made = conv(pixels)
+            made.float().sum().backward()
+            torch.testing.assert_close(conv.weight.grad.double(), right, atol=0.05, rtol=0.02)
+    with torch.no_grad():
+        torch.testing.assert_close(made.double(), whole(pixels.double()), atol=0.05, rtol=0.02)
+    assert not conv._forward_hooks
