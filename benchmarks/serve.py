@@ -16,7 +16,7 @@ The network is exported with random weights and tuned here. Each server runs in 
   while: memory, wrong and lost answers, and the first good answer after it.
 - stops: SIGTERM under load, again and again: every request that was taken is answered.
 
-A row that is in the output for the same network, machine and part is made again only with --again.
+A row that is in the output for the same network and part is made again only with --again.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ SERVERS = ("ours", "fastapi", "litserve", "ort")
 CLIENTS = 32
 OVERLOAD = 5.0
 """Times what it answers."""
-KEYS = ("benchmark", "model", "image_size", "machine", "part")
+KEYS = ("benchmark", "model", "image_size", "part")
 
 
 def exported(network: Network, size: int | None, folder: Path) -> Artifact:
