@@ -38,7 +38,7 @@ _OWN = (*_BOTH, "nn", "arch/block.py", "arch/spec.py", "arch/parts.py", "arch/ro
 an own one is known by its whole spec."""
 _VALUES = (
     *("nn/weights.py", "nn/keymaps.py", "nn/placing.py", "nn/state_dicts.py", "nn/as_trained.py"),
-    *("nn/detectors.py", "nn/detector_graph.py"),
+    *("nn/detectors.py", "nn/detector_graph.py", "nn/frozen_parts.py"),
 )
 """Code below these that no stored trace depends on: which values a network's tensors have, and detectors."""
 
