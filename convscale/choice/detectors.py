@@ -11,11 +11,12 @@ from convscale.arch.spec import NetSpec
 from convscale.choice.basis import Asked, Basis, basis_of
 from convscale.choice.detector_speed import DetectorPrediction, DetectorSpeed, measure_detector, predict_detector
 from convscale.conditions import Conditions, Constraint
-from convscale.errors import UserError
+from convscale.errors import UserError, check_text
 from convscale.networks.detectors import create_detector
 from convscale.networks.names import is_spec_of
 from convscale.networks.offered import weights_in
 from convscale.networks.resolve import Network
+from convscale.nn.detectors import HEADS
 from convscale.predictor.calibration import Calibration
 from convscale.predictor.devices import at_hand
 from convscale.predictor.predict import Prediction
@@ -186,6 +187,7 @@ def choose_backbone(
         raise UserError(f"a detector's backbone is chosen in mode infer, got {cond.mode}")
     if min_throughput is None:
         raise UserError("min_throughput is missing; a detector's backbone is chosen by the images/s that it must keep")
+    check_text("head", head, HEADS)  # else each backbone would be refused for it
     floor = Constraint(min_throughput=min_throughput, confidence=confidence)
     tried = list[DetectorOption]()
     wanted: dict[str, Any] = {"num_classes": num_classes, "image_size": image_size, **(options or {})}
