@@ -187,6 +187,8 @@ def choose_backbone(
         raise UserError(f"a detector's backbone is chosen in mode infer, got {cond.mode}")
     if min_throughput is None:
         raise UserError("min_throughput is missing; a detector's backbone is chosen by the images/s that it must keep")
+    if clash := sorted({"head", "backbone"} & set(options or {})):
+        raise UserError(f"detector holds {clash[0]!r}, which is an argument of its own; leave it out there")
     check_text("head", head, HEADS)  # else each backbone would be refused for it
     floor = Constraint(min_throughput=min_throughput, confidence=confidence)
     tried = list[DetectorOption]()

@@ -142,7 +142,8 @@ def _may_be_wrong(conv: nn.Conv2d) -> bool:
         2 * pad == dilation * (side - 1)
         for pad, dilation, side in zip(conv.padding, conv.dilation, conv.kernel_size, strict=True)
     )
-    return strided and wide and same and conv.groups == 1 and conv.padding_mode == "zeros"
+    plain = type(conv).forward is nn.Conv2d.forward  # some standardise their weights first
+    return plain and strided and wide and same and conv.groups == 1 and conv.padding_mode == "zeros"
 
 
 def _without_stride(conv: nn.Module, given: tuple[torch.Tensor, ...], made: torch.Tensor) -> torch.Tensor:

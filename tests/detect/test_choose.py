@@ -149,6 +149,7 @@ def test_python_chooses_as_the_command_line_does(made_up: None) -> None:
         ({"image_sizes": [128, 256]}, r"image_sizes are \[128, 256\]; task detection chooses at one size"),
         ({"candidates": ["resnet*"]}, r"'resnet\*' is a pattern; task detection takes names"),
         ({"candidates": [3]}, "candidates hold a int; of detectors they must be names or specs"),
+        ({"detector": {"head": "ssdlite"}}, "^detector holds 'head', which is an argument of its own"),
         ({"head": "fcoz"}, r"^head 'fcoz' is unknown \(nearest: fcos\)"),
         ({"min_throughput": None}, "min_throughput is missing; a detector's backbone is chosen by"),
     ):
