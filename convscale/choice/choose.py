@@ -312,7 +312,7 @@ def notes_on(offer: Filter, wanted: object) -> tuple[str, ...]:
     if offer.attention:
         found.append(
             "networks with attention are among the candidates: predictions were fitted on ConvNets; transformers in "
-            "tables that others measured are up to twice as fast as predicted, so measure before you rank them"
+            "tables that others measured are about twice as fast as predicted, so measure before you rank them"
         )
     return tuple(found)
 

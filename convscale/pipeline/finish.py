@@ -87,7 +87,7 @@ class Finish:
                 "data": self.record.now.data.path or "",
                 "recipe": str(self.record.now.recipe.get("name", "")),
                 "accuracy": _accuracy(ev),
-                **_origin(self.record.now.chosen),
+                **_origin(self.record.now.chosen, own=self.asked.start.file is not None),
             }
             if self.basis.predicted:
                 return self._for_elsewhere(trained, held, card)
@@ -330,11 +330,11 @@ class Finish:
         )
 
 
-def _origin(chosen: Candidate | None) -> dict[str, str]:
+def _origin(chosen: Candidate | None, *, own: bool = False) -> dict[str, str]:
     """For the model card: what the training started from, and what is known of those who may use that."""
     if chosen is None or chosen.weights is None:
         return {} if chosen is None else {"starting weights": "none, trained from scratch"}
-    if not chosen.licence:  # a file of the user's own
+    if own or not chosen.licence:  # a file of the user's own, whose name may be that of released weights
         return {"starting weights": Path(chosen.weights).name}
     extra = "none beside ImageNet-1k" if chosen.extra_data == "" else chosen.extra_data
     return {

@@ -114,3 +114,9 @@ def _row(**given: Any) -> Candidate:
 )
 def test_the_card_says_what_the_training_started_from(chosen: Candidate | None, facts: dict[str, str]) -> None:
     assert _origin(chosen) == facts
+
+
+def test_a_file_of_the_users_own_has_no_released_weights_licence() -> None:
+    """The network's name may be that of weights somebody released; the file is not theirs."""
+    chosen = _row(weights="/home/me/mine.pth", licence="apache-2.0", extra_data="")
+    assert _origin(chosen, own=True) == {"starting weights": "mine.pth"}
