@@ -257,6 +257,13 @@ def _connections(limits: Limits, places: Callable[[str], int]) -> type[asyncio.P
         def on_response_complete(self) -> None:
             """An answer is written: from now on its client has so long to take it."""
             super().on_response_complete()
+            self._taken()
+            self._await_taking()
+
+        def resume_writing(self) -> None:
+            """Its client takes what it is given: what is left has its time anew."""
+            super().resume_writing()
+            self._taken()
             self._await_taking()
 
         def pause_writing(self) -> None:

@@ -135,6 +135,12 @@ def test_who_takes_its_answers_stays(parts: str) -> None:
         await asyncio.sleep(0.5)
         assert not wire.ended
         line.pause_writing()
+        first = line._taking
+        line.resume_writing()  # it takes what it is given: its time begins anew
+        assert first is not None
+        assert first.cancelled()
+        assert line._taking is not first
+        line.pause_writing()
         line.data_received(b"TP/1.1\r\n")  # it asks on, and does not take
         while not wire.ended:
             await asyncio.sleep(0.01)
