@@ -128,6 +128,8 @@ class TrainRecord:
     """The network's name; empty where it is not known."""
     data_digest: str | None = None
     """Of the images' names and labels, train and validation; the same for the same data."""
+    val_digest: str | None = None
+    """Of those of the validation images; None where it is not known."""
     val_images: int | None = None
     """Validation images; None where an older version did not say."""
     commit: str | None = None
@@ -183,6 +185,7 @@ def read_train_run(folder: str | os.PathLike[str]) -> TrainRecord:
             seed=about.get("seed"),
             model=_model_of(about),
             data_digest=_text(about.get("data_digest")),
+            val_digest=_text((about.get("splits") or {}).get("validation")),
             val_images=_count(about.get("val_images")),
             commit=_text(about.get("commit")),
             kept=_kept(about),

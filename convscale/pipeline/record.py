@@ -139,6 +139,7 @@ def describe(splits: DataSplits, path: str, size: int) -> Data:
         validation=len(splits.validation),
         test=len(splits.test),
         digest=data_digest((splits.train, splits.validation, splits.test)),
+        test_digest=data_digest((splits.test,)),
         notes=tuple(splits.notes),
     )
 

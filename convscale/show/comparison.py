@@ -73,7 +73,8 @@ def compare(old: Whole, new: Whole) -> Compared:
     a, b = old.run, new.run
     digests = (a.data_digest, b.data_digest)
     same_data = None if None in digests else digests[0] == digests[1]
-    drop, unlike = _drop(old, new, same_data)
+    judged = (a.judged_digest, b.judged_digest)
+    drop, unlike = _drop(old, new, same_data if None in judged else judged[0] == judged[1])
     counts, why = _discordant(old.predictions, new.predictions)
     keys = [*old.recipe, *(key for key in new.recipe if key not in old.recipe)]
     shares = {}
@@ -98,7 +99,7 @@ def compare(old: Whole, new: Whole) -> Compared:
     )
 
 
-def _drop(old: Whole, new: Whole, same_data: bool | None) -> tuple[float | None, str]:
+def _drop(old: Whole, new: Whole, same_images: bool | None) -> tuple[float | None, str]:
     """Points that the second is less accurate, or why that can not be said. Kept predictions tell of which images an
     accuracy is; where one run has none the data must do.
     """
@@ -108,8 +109,8 @@ def _drop(old: Whole, new: Whole, same_data: bool | None) -> tuple[float | None,
     if a.metric != b.metric:
         return None, f"one is {a.metric}, the other {b.metric}; {_EVALUATE} tells of test images in both"
     if old.predictions is not None and new.predictions is not None:
-        same_data = old.predictions.digest == new.predictions.digest
-    if same_data is False:
+        same_images = old.predictions.digest == new.predictions.digest
+    if same_images is False:
         return None, f"they are of different images; {_EVALUATE} with the same data for both makes them comparable"
     return 100 * (a.accuracy - b.accuracy), ""
 

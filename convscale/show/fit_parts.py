@@ -131,6 +131,8 @@ class Data(Open):
     test: int | None = None
     digest: str | None = None
     """Of names and labels; the same for the same data."""
+    test_digest: str | None = None
+    """Of those of the test images; None in older records."""
     notes: tuple[str, ...] = ()
 
 

@@ -58,6 +58,8 @@ class Run:
     """The data set's name."""
     data_digest: str | None = None
     """Of its names and labels."""
+    judged_digest: str | None = None
+    """Of those images alone that its accuracy is of; None: not known."""
     seconds: float | None = None
     """What it took."""
     commit: str | None = None
@@ -197,6 +199,7 @@ def _of_fit(folder: Path, record: FitRecord) -> Run:
         conditions=under,
         data=record.data.name or "",
         data_digest=record.data.digest,
+        judged_digest=record.data.test_digest,
         seconds=record.timings.get("total_s"),
         commit=record.commit,
         state="done" if record.artifact.path and "total_s" in record.timings else "unfinished",
@@ -244,6 +247,7 @@ def _training(folder: Path) -> Whole:
         images_per_s=sum(rates) / len(rates) if rates else None,
         conditions=f"training, batch {record.recipe.batch_size}" if rates else "",
         data_digest=record.data_digest,
+        judged_digest=record.val_digest if kept is None else None,
         seconds=None if last is None else last["seconds"],
         commit=record.commit,
         state=_how_far(0 if last is None else last["epoch"], record.recipe.epochs),

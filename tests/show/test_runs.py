@@ -97,6 +97,15 @@ def test_accuracies_of_different_images_are_not_compared(
     )
     found = compare(old, new)
     assert found.drop_points == (None if said else 25)
+    if not (told[0] and told[1]):  # what both were judged on is known: what they learned from is another matter
+        same, others = (
+            compare(
+                replace(old, run=replace(old.run, judged_digest="v")),
+                replace(new, run=replace(new.run, judged_digest=digest)),
+            )
+            for digest in ("v", "w")
+        )
+        assert (same.drop_points, same.unlike, others.drop_points) == (25, "", None)
     assert said in found.unlike
     assert bool(said) == bool(found.unlike)
     other = compare(old, replace(new, run=replace(new.run, metric="top-1, test")))
