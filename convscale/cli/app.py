@@ -29,6 +29,7 @@ from convscale.cli import search as cli_search
 from convscale.cli import serve as cli_serve
 from convscale.cli import ship as cli_ship
 from convscale.cli import speed as cli_speed
+from convscale.cli.live import take_away
 from convscale.cli.numbers import with_numbers_checked
 from convscale.cli.options import (
     ImgSize,
@@ -351,8 +352,11 @@ def main() -> None:
     """
     _open_standard_streams()
     try:
-        with naming_extras("this command"):
-            code = app(standalone_mode=False)
+        try:
+            with naming_extras("this command"):
+                code = app(standalone_mode=False)
+        finally:
+            take_away()
     except UserError as error:
         _refuse(error)
     except OSError as error:

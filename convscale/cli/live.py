@@ -14,6 +14,8 @@ from convscale.errors import UserError
 
 EVERY_S = 0.2
 """Between two states of the line."""
+_shown = list["Live"]()
+"""Lines that stand on the terminal."""
 
 
 class Live:
@@ -53,17 +55,27 @@ class Live:
             text = progress_line(self._what, count, total, now - self._start, kept=self.kept, more=more)
             self._width = max(self._width, len(text))  # what a longer line left would stay
             self._write(f"\r{text:<{self._width}}")
+            if self not in _shown:
+                _shown.append(self)
 
     def end(self) -> None:
         """Take the line away."""
         if self._width:
             self._write(f"\r{'':<{self._width}}\r")
             self._width = 0
+        if self in _shown:
+            _shown.remove(self)
 
     def _write(self, text: str) -> None:
         with aside():
             sys.stderr.write(text)
             sys.stderr.flush()
+
+
+def take_away() -> None:
+    """Take away what stands there still: an error, or an interrupt, ended what was counted."""
+    for line in list(_shown):
+        line.end()
 
 
 def _is_terminal() -> bool:

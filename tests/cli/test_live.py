@@ -94,3 +94,23 @@ def test_classify_counts_what_an_earlier_run_did(
     counts = [part.partition(" of 7 images, 0 bad, ")[0] for part in err.split("\r") if " of 7 images" in part]
     assert (code, counts) == (0, ["5"])
     assert "s left" in err
+
+
+def test_an_error_does_not_stand_behind_a_count(
+    tmp_path: Path, call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, on_kept: object = None, **__: object) -> None:
+        line = Live("images", 9)
+        line(2)
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(live, "_is_terminal", lambda: True)
+    monkeypatch.setattr(live, "EVERY_S", 0.0)
+    monkeypatch.setattr(classify_module, "Live", fails)
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / "a.png")
+    code, _, err = call("classify", tmp_path, "--model", OLD)
+    assert code == 2
+    shown, gone, said = err.split("\r")[-3:]
+    assert "2 of 9 images" in shown
+    assert gone == " " * len(shown)
+    assert said == "convscale: the disk is full\n"
