@@ -16,7 +16,7 @@ scratch. A judgement: another job that wants all cores takes half of them, so th
 comes out at half of the speed. Beside several it may be further off."""
 
 
-AT_LEAST_SIZE = 3
+TRIED_SMALLEST = 3
 """Networks that are tried at the smallest images for nothing but being the fastest."""
 
 
@@ -71,4 +71,4 @@ def least_sizes(
         known = speed_of(o) or o.facts.estimate
         if known and o.name not in tried and not (most_params_m and o.params_m > most_params_m):
             speeds[o.name] = max(speeds.get(o.name, 0.0), known * (o.image_size / LEAST_SIZE) ** 2)
-    return dict.fromkeys(sorted(speeds, key=lambda name: -speeds[name])[:AT_LEAST_SIZE], LEAST_SIZE)
+    return dict.fromkeys(sorted(speeds, key=lambda name: -speeds[name])[:TRIED_SMALLEST], LEAST_SIZE)
