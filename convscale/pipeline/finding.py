@@ -277,7 +277,8 @@ class Finder(Timer):
         found = self._judged(smallest)
         if fastest <= rival:
             return None
-        self._remark("no released network is as fast as the smallest scaled one, which starts from scratch")
+        slower = "is as fast as the fastest small scaled one" if rival else "that the limits on size allow was timed"
+        self._remark(f"no released network {slower}; the scaled one starts from scratch")
         return found
 
     def _candidates(self, wanted: Given | None, sizes: Sequence[int] | None) -> list[Candidate]:

@@ -81,7 +81,7 @@ def test_a_scaled_member_that_is_faster_than_all_weights_is_trained(
     assert [(c.name, c.weights) for c in kept.contenders] == [("tiny", None)]
     assert kept.missed == "nothing keeps at least 10,000 images/s: the fastest is tiny with 600 images/s, 94% below"
     assert finder.record.now.choice_notes == (
-        "no released network is as fast as the smallest scaled one, which starts from scratch",
+        "no released network is as fast as the fastest small scaled one; the scaled one starts from scratch",
     )
 
 
